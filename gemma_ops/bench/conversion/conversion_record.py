@@ -3,18 +3,15 @@ the memory, as one JSON document."""
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from gemma_ops import __version__
+from gemma_ops.bench.arm_process import run_arm
 from gemma_ops.bench.conversion.cut_checkpoint import write_cut
 from gemma_ops.bench.training.bench_machine import machine
-from gemma_ops.errors import MachineError
 from gemma_ops.family.formats import GGUF, GGUF_FILE, QUANTIZED_TYPES, GgufName
 
 SCHEMA = "gemma-ops/conversion-bench@1"
@@ -22,7 +19,7 @@ FORMATS: tuple[GgufName, ...] = tuple(
     form.name for form in GGUF.values() if form.tensor in QUANTIZED_TYPES and not form.careful and not form.mixed
 )
 """Formats of one type each."""
-_CHILD = [sys.executable, "-P", "-m", "gemma_ops.bench.conversion.conversion_arms"]
+_ARM_MODULE = "gemma_ops.bench.conversion.conversion_arms"
 _ARMS = ("copy", "gemma-ops", "llama.cpp")
 
 
@@ -54,14 +51,10 @@ def measure_conversion(
 
 
 def _measured(arm: str, checkpoint: Path, form: str, out: Path, threads: int) -> dict[str, Any]:
-    command = [*_CHILD, arm, str(checkpoint), form, str(out), str(threads)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise MachineError(
-            f"the arm {arm} failed for {form}:\n{done.stderr[-2000:]}", "correct what it says, or cut to fewer layers"
-        )
-    found: dict[str, Any] = json.loads(done.stdout)
-    return found
+    return run_arm(
+        _ARM_MODULE, arm, checkpoint, form, out, threads,
+        failed=f"the arm {arm} failed for {form}", fix="correct what it says, or cut to fewer layers",
+    )  # fmt: skip
 
 
 def _line(form: str, arms: dict[str, dict[str, Any]]) -> dict[str, Any]:

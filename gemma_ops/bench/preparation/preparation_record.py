@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -13,12 +10,12 @@ from statistics import median
 from typing import Any
 
 from gemma_ops import __version__
+from gemma_ops.bench.arm_process import run_arm
 from gemma_ops.bench.training.bench_machine import machine
-from gemma_ops.errors import MachineError
 from gemma_ops.nano import tickets
 
 SCHEMA = "gemma-ops/preparation-bench@1"
-_CHILD = [sys.executable, "-P", "-m", "gemma_ops.bench.preparation.preparation_arms"]
+_ARM_MODULE = "gemma_ops.bench.preparation.preparation_arms"
 
 
 def measure_preparation(
@@ -71,15 +68,11 @@ def _name(arm: str, workers: int, *, tenth: bool = False) -> str:
 
 
 def _measured(arm: str, source: Path, folder: Path, workers: int) -> dict[str, Any]:
-    environment = {**os.environ, "TOKENIZERS_PARALLELISM": "false"}
-    command = [*_CHILD, arm, str(source), str(folder), str(workers)]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-    if done.returncode:
-        raise MachineError(
-            f"the arm {arm} failed:\n{done.stderr[-2000:]}", "correct what it says, or measure fewer rows"
-        )
-    made: dict[str, Any] = json.loads(done.stdout)
-    return made
+    return run_arm(
+        _ARM_MODULE, arm, source, folder, workers,
+        failed=f"the arm {arm} failed", fix="correct what it says, or measure fewer rows",
+        environment={"TOKENIZERS_PARALLELISM": "false"},
+    )  # fmt: skip
 
 
 def _arm(name: str, rows: int, runs: list[dict[str, Any]]) -> dict[str, Any]:
