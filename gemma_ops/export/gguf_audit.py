@@ -15,21 +15,21 @@ from gemma_ops.errors import GateError
 from gemma_ops.export.gguf_tensors import GgufPlan, PlannedTensor
 from gemma_ops.family.formats import GGUF, QUANTIZED_TYPES
 
-_BULK_SHARE = 0.95
+BULK_SHARE = 0.95
 """Smallest share of the parameters in attention, MLP and experts that must be of the format's types."""
 _OUTSIDE_BULK = ("token_embd.weight", "per_layer_token_embd.weight", "per_layer_model_proj.weight", "inp_gate.weight",
                  "proj.weight", "ffn_gate_inp.weight", "rope_freqs.weight")  # fmt: skip
 
 
 @dataclass(frozen=True)
-class Audit:
-    """Contents of one file. Shares are of all parameters in it."""
+class FileAudit:
+    """Contents of one file. Shares are of the parameters counted in it."""
 
     parameters: dict[str, int]
-    bytes: dict[str, int]
-    by_kind: dict[str, dict[str, int]]
+    """Parameters by the type that holds them."""
     quantized_share: float
     bulk_share: float
+    """Share of attention, MLP and experts that is of the format's types."""
     file_bytes: int
 
     def report(self) -> dict[str, Any]:
@@ -40,9 +40,19 @@ class Audit:
             "quantized_share": round(self.quantized_share, 4),
             "bulk_share": round(self.bulk_share, 4),
             "parameters": self.parameters,
-            "bytes": self.bytes,
-            "by_kind": self.by_kind,
         }
+
+
+@dataclass(frozen=True)
+class Audit(FileAudit):
+    """Contents of one GGUF file."""
+
+    bytes: dict[str, int]
+    by_kind: dict[str, dict[str, int]]
+
+    def report(self) -> dict[str, Any]:
+        """Return the numbers for `report.json`."""
+        return {**super().report(), "bytes": self.bytes, "by_kind": self.by_kind}
 
 
 def audit_gguf(file: Path, plan: GgufPlan) -> Audit:
@@ -66,13 +76,13 @@ def audit_gguf(file: Path, plan: GgufPlan) -> Audit:
     of_type = sum(found[tensor.name][2] for tensor in bulk if found[tensor.name][1] in types)
     result = Audit(
         dict(sorted(parameters.items())),
-        dict(sorted(stored.items())),
-        {kind: dict(sorted(types.items())) for kind, types in sorted(kinds.items())},
         sum(parameters[kind] for kind in QUANTIZED_TYPES) / total,
         of_type / max(1, sum(found[tensor.name][2] for tensor in bulk)),
         file.stat().st_size,
+        dict(sorted(stored.items())),
+        {kind: dict(sorted(types.items())) for kind, types in sorted(kinds.items())},
     )
-    if result.bulk_share < _BULK_SHARE:
+    if result.bulk_share < BULK_SHARE:
         rows = sorted({tensor.shape[-1] for tensor in bulk if found[tensor.name][1] not in types})
         raise GateError(
             f"only {result.bulk_share:.0%} of attention, MLP and experts would be {plan.format} "

@@ -8,46 +8,22 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from gemma_ops.errors import GateError
 from gemma_ops.export.checkpoint import MergedCheckpoint
+from gemma_ops.export.gguf_audit import BULK_SHARE, FileAudit
 from gemma_ops.family import Shape
 from gemma_ops.family.formats import PACKED_FILE, Packed
 from gemma_ops.modeling.packed_weights import CODES, PACKED
 from gemma_ops.modeling.shards import TensorEntry, read_header
 
-_BULK = 0.95
-"""Smallest share of the parameters in attention, MLP and experts that must be of the format's types."""
 _SCALES = ("_scale", "_shape", "_global_scale", "_zero_point")
 _PLAIN = ("BF16", "F16", "F32")
 _IN_BULK = re.compile(r"\.(self_attn|mlp|experts)\.")
 
 
-@dataclass(frozen=True)
-class PackedAudit:
-    """Contents of one checkpoint. Shares are of the parameters of the language model."""
-
-    parameters: dict[str, int]
-    """Weights by the type that holds them."""
-    quantized_share: float
-    bulk_share: float
-    file_bytes: int
-
-    def report(self) -> dict[str, Any]:
-        """Return the numbers for `report.json`."""
-        return {
-            "file_bytes": self.file_bytes,
-            "bits_per_parameter": round(8 * self.file_bytes / sum(self.parameters.values()), 3),
-            "quantized_share": round(self.quantized_share, 4),
-            "bulk_share": round(self.bulk_share, 4),
-            "parameters": self.parameters,
-        }
-
-
-def audit_packed(folder: Path, source: MergedCheckpoint, form: Packed) -> PackedAudit:
+def audit_packed(folder: Path, source: MergedCheckpoint, form: Packed) -> FileAudit:
     """Count what a checkpoint holds, compared with the one it was made from.
 
     Raises GateError where less than 95 % of attention, MLP and experts is of the format's types, where a matrix of them
@@ -69,7 +45,7 @@ def audit_packed(folder: Path, source: MergedCheckpoint, form: Packed) -> Packed
         raise GateError(f"{file} lacks {len(missing)} of {len(wanted)} matrices, the first: {missing[0]}", fix)
     total = sum(wanted.values())
     share = sum(held[kind] for kind in form.kinds) / total
-    if share < _BULK:
+    if share < BULK_SHARE:
         others = ", ".join(f"{kind} {count / total:.0%}" for kind, count in held.items() if kind not in form.kinds)
         raise GateError(
             f"only {share:.0%} of attention, MLP and experts is {form.name} in {file}; the rest: {others}", fix
@@ -82,7 +58,7 @@ def audit_packed(folder: Path, source: MergedCheckpoint, form: Packed) -> Packed
             rest[entry.dtype] += _weights(entry)
     every = held + rest
     quantized = sum(every[kind] for kind in form.kinds)
-    return PackedAudit(dict(sorted(every.items())), quantized / every.total(), share, file.stat().st_size)
+    return FileAudit(dict(sorted(every.items())), quantized / every.total(), share, file.stat().st_size)
 
 
 def _stem(name: str) -> str:

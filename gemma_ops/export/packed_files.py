@@ -22,10 +22,11 @@ from gemma_ops.export.checkpoint import MergedCheckpoint
 from gemma_ops.export.fidelity import Conversation, FileDivergence
 from gemma_ops.export.file_fidelity import parity_weights
 from gemma_ops.export.folder import check_room
+from gemma_ops.export.gguf_audit import FileAudit
 from gemma_ops.export.gguf_fit import RowFit, is_fitted
 from gemma_ops.export.gguf_tensors import plan_tensors
 from gemma_ops.export.measured_files import MeasuredFile, check_general
-from gemma_ops.export.packed_audit import PackedAudit, audit_packed
+from gemma_ops.export.packed_audit import audit_packed
 from gemma_ops.export.packed_tool import compress_in_tool, diverge_in_tool
 from gemma_ops.export.packed_writer import write_packed
 from gemma_ops.export.tensor_bytes import TensorBytes
@@ -67,7 +68,7 @@ class PackedWork:
 class PackedFile:
     """One checkpoint: what it holds, and what it says."""
 
-    audit: PackedAudit
+    audit: FileAudit
     measured: MeasuredFile | None
     """Divergence from bf16; None where nothing here can run it."""
     made_by: dict[str, Any]
