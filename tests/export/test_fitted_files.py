@@ -21,6 +21,7 @@ from gemma_ops.export.gguf_tensors import plan_tensors
 from gemma_ops.export.measured_files import MeasuredFile
 from gemma_ops.fitting import fit_file, scale_training
 from tests.helpers import tiny_models
+from tests.helpers.parcel_rows import write_parcels
 
 MACHINE = MachineConfig(device="cpu", workers=1)
 WAYS = ("importance", "rounding", "scales")
@@ -30,23 +31,9 @@ class Killed(BaseException):
     """The end of a process, as far as it can be tried in one."""
 
 
-def row(number: int) -> dict[str, Any]:
-    return {
-        "id": f"r{number}",
-        "privacy": "paid",
-        "messages": [
-            {"role": "user", "content": f"Order {number * 37 % 911}: where is my parcel? I wait since day {number}."},
-            {"role": "assistant", "content": f'{{"category": "shipping", "order": {number * 37 % 911}}}'},
-        ],
-    }
-
-
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("data")
-    for name, numbers in (("train", range(48)), ("valid", range(100, 116))):
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row(number)) + "\n" for number in numbers))
-    return folder
+    return write_parcels(tmp_path_factory.mktemp("data"), range(48), range(100, 116))
 
 
 @pytest.fixture(scope="module")

@@ -16,27 +16,14 @@ from gemma_ops.errors import ConfigError, DataError
 from gemma_ops.export import mixed_types, quantize
 from gemma_ops.privacy.classes import learned_class
 from tests.helpers import tiny_models
+from tests.helpers.parcel_rows import write_parcels
 
 MACHINE = MachineConfig(device="cpu", workers=1)
 
 
-def row(number: int) -> dict[str, Any]:
-    return {
-        "id": f"r{number}",
-        "privacy": "paid",
-        "messages": [
-            {"role": "user", "content": f"Order {number * 37 % 911}: where is my parcel? I wait since day {number}."},
-            {"role": "assistant", "content": f'{{"category": "shipping", "order": {number * 37 % 911}}}'},
-        ],
-    }
-
-
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("data")
-    for name, numbers in (("train", range(16)), ("valid", range(100, 108))):
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row(number)) + "\n" for number in numbers))
-    return folder
+    return write_parcels(tmp_path_factory.mktemp("data"), range(16), range(100, 108))
 
 
 @pytest.fixture(scope="module")
